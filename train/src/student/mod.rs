@@ -1,0 +1,3 @@
+//! Students: state-space models whose forward also returns what the bridges read.
+
+pub mod vim;
