@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash pipelines/setup.sh
-cargo test --workspace "$@"
+cargo test --release --workspace "$@"

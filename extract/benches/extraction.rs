@@ -3,6 +3,8 @@
 //! The bare forward runs the same batches of stored-size pixels and keeps nothing; extraction also decodes, augments, copies
 //! q and k out, compresses, checksums and syncs to disk.
 
+#![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;

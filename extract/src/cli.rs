@@ -41,7 +41,7 @@ pub enum Command {
     #[command(
         after_help = "Example:\n  cab-extract plan --teacher deit-s --data ./imagenet/train --fraction 0.1 --out ./qk_cache"
     )]
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Print what a cache holds
     #[command(after_help = "Example:\n  cab-extract info --cache ./qk_cache --json")]
     Info(InfoArgs),

@@ -19,7 +19,7 @@ use crate::run::{Hits, percent};
 /// # Errors
 /// When the cache cannot be opened.
 pub fn info(args: &InfoArgs) -> Result<ExitCode> {
-    let cache = Cache::open(&args.cache.dir())?;
+    let cache = Cache::open(args.cache.dir())?;
     let manifest = cache.manifest();
     let description = Description::from_map(&manifest.about)?;
     let mut by_field: BTreeMap<&str, u64> = BTreeMap::new();
@@ -132,7 +132,7 @@ pub fn verify(args: &CacheArgs) -> Result<ExitCode> {
 /// # Errors
 /// When no record is in the range, records of both splits are, or reading or writing fails.
 pub fn dump(args: &DumpArgs) -> Result<ExitCode> {
-    let cache = Cache::open(&args.cache.dir())?;
+    let cache = Cache::open(args.cache.dir())?;
     let both = [Split::Train, Split::Val];
     let chosen: Vec<(Split, Vec<Location>)> = both
         .into_iter()

@@ -3,14 +3,14 @@
 //! Three stages run at once, joined by short queues: rayon threads decode and augment ahead, the teacher runs on the calling
 //! thread, rayon threads compress blocks while one thread writes them in order. Memory is bounded by the queues.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use cab_format::{
-    Cache, CacheWriter, EncodedBlock, Manifest, OnExisting, RecordRow, RowMeta, SkippedRow, Split, encode_block,
+    Cache, CacheWriter, EncodedBlock, Manifest, OnExisting, RecordRow, RowMeta, ShardWriter, SkippedRow, Split,
+    encode_block,
 };
 use cab_pipelines::random;
 use cab_pipelines::recipe::{RecordId, ShardPlan};
@@ -292,29 +292,30 @@ fn encode(job: &Job, shard: &ShardPlan, rows: Vec<RecordRow>) -> Receiver<Result
 }
 
 fn write_shards(writer: &CacheWriter, written: Receiver<Written>, stored_bytes: &AtomicU64) -> Result<()> {
-    let mut open = BTreeMap::new();
+    let mut open = None;
     for message in written {
         match message {
             Written::Block(shard, block) => {
                 let block = block.recv().context("a compressing thread ended without a block")??;
-                if !open.contains_key(&shard.index) {
-                    open.insert(shard.index, writer.shard(shard.index, shard.split)?);
-                }
                 stored_bytes.fetch_add(block.bytes() as u64, Ordering::Relaxed);
-                if let Some(file) = open.get_mut(&shard.index) {
-                    file.append(block)?;
-                }
+                let mut file = shard_file(writer, open.take(), &shard)?;
+                file.append(block)?;
+                open = Some(file);
             }
             Written::EndOfShard(shard, notes, skipped) => {
-                let file = match open.remove(&shard.index) {
-                    Some(file) => file,
-                    None => writer.shard(shard.index, shard.split)?,
-                };
-                file.finish(notes, skipped)?;
+                shard_file(writer, open.take(), &shard)?.finish(notes, skipped)?;
             }
         }
     }
     Ok(())
+}
+
+/// The file of `shard`: the open one (blocks come shard by shard), or a new one.
+fn shard_file(writer: &CacheWriter, open: Option<ShardWriter>, shard: &ShardPlan) -> Result<ShardWriter> {
+    match open {
+        Some(file) => Ok(file),
+        None => Ok(writer.shard(shard.index, shard.split)?),
+    }
 }
 
 fn send(to: &Sender<Written>, message: Written) -> Result<()> {

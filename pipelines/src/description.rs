@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
 use crate::recipe::Precision;
 use crate::teacher::VitConfig;
 use crate::view::ViewRecipe;
+use crate::{Error, Result};
 
 /// The manifest's keys that this crate owns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

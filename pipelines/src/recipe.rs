@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::description::{
     DataDescription, Description, LayerMapDescription, SourceDescription, TeacherDescription, TokenDescription,
 };
-use crate::{Error, Result};
 use crate::source::Source;
 use crate::student::{Preset, VimConfig};
 use crate::teacher::VitConfig;
 use crate::view::{Augment, ViewRecipe};
+use crate::{Error, Result};
 use crate::{layer_map, record, subset};
 
 /// Arithmetic of a forward pass.
@@ -190,7 +190,7 @@ pub fn plan_extract(recipe: &ExtractRecipe, inputs: ExtractInputs<'_>) -> Result
     };
     let student = match &recipe.student {
         Some(name) => name.parse()?,
-        None => suited_student(&teacher),
+        None => Preset::suited(&teacher),
     };
     let map = layer_map::proportional(student.depth(), teacher.depth);
     let captured = match &recipe.layers {
@@ -198,7 +198,10 @@ pub fn plan_extract(recipe: &ExtractRecipe, inputs: ExtractInputs<'_>) -> Result
         Layers::All => (0..teacher.depth).collect(),
         Layers::List(list) => {
             if let Some(layer) = list.iter().find(|&&layer| layer >= teacher.depth) {
-                return Err(recipe_error("--layers", format!("names layer {layer}, the teacher has 0..{}", teacher.depth)));
+                return Err(recipe_error(
+                    "--layers",
+                    format!("names layer {layer}, the teacher has 0..{}", teacher.depth),
+                ));
             }
             check(!list.is_empty(), "--layers", "names no layer")?;
             layer_map::captured(list)
@@ -215,7 +218,8 @@ pub fn plan_extract(recipe: &ExtractRecipe, inputs: ExtractInputs<'_>) -> Result
     views.check()?;
     let fields = record::vision_fields(&teacher, &views, &captured, recipe.qk_dtype);
 
-    let mut train_samples = shuffled(subset::balanced(&train_source.labels(), recipe.fraction, recipe.seed), recipe.seed);
+    let mut train_samples =
+        shuffled(subset::balanced(&train_source.labels(), recipe.fraction, recipe.seed), recipe.seed);
     let mut val_samples: Vec<usize> = match inputs.val {
         Some((source, _)) => shuffled((0..source.len()).collect(), recipe.seed),
         None => Vec::new(),
@@ -255,16 +259,6 @@ pub fn plan_extract(recipe: &ExtractRecipe, inputs: ExtractInputs<'_>) -> Result
     plan.shards = lay_out(&plan, recipe.shard_bytes);
     plan.digest = digest(&plan);
     Ok(plan)
-}
-
-/// The student a cache is made for when none is asked for: by the teacher's width, nano for small teachers.
-fn suited_student(teacher: &VitConfig) -> Preset {
-    match teacher.embed_dim {
-        _ if teacher.depth <= 6 => Preset::Nano,
-        0..=192 => Preset::Tiny,
-        193..=384 => Preset::Small,
-        _ => Preset::Base,
-    }
 }
 
 /// `samples` in the order of the run: shuffled, so that a block of neighbours holds many classes.
@@ -492,7 +486,10 @@ impl TrainRecipe {
         let views = &description.views;
         let (channels, height, width) = (views.channels, views.height, views.width);
         if (self.student.channels, self.student.height, self.student.width) != (channels, height, width) {
-            return Err(recipe_error("--student", format!("must take the cache's {channels} x {height} x {width} inputs")));
+            return Err(recipe_error(
+                "--student",
+                format!("must take the cache's {channels} x {height} x {width} inputs"),
+            ));
         }
         if self.objective.has_soft() && self.student.classes != description.teacher.config.num_classes {
             let detail = format!("must have the teacher's {} classes", description.teacher.config.num_classes);

@@ -160,19 +160,6 @@ impl VimConfig {
         Ok(config)
     }
 
-    /// Name of the preset that suits `teacher`: [`Preset::suited`].
-    pub fn preset_for_teacher(teacher: &VitConfig) -> &'static str {
-        Preset::suited(teacher).name()
-    }
-
-    /// Number of layers of the preset called `name`.
-    ///
-    /// # Errors
-    /// [`Error::UnknownName`] with the nearest known name.
-    pub fn preset_depth(name: &str) -> Result<usize> {
-        name.parse::<Preset>().map(Preset::depth)
-    }
-
     /// `Ok` when the numbers are those of a student that can run.
     ///
     /// # Errors
@@ -294,10 +281,10 @@ mod tests {
             (1024, "vim-base"),
         ] {
             let teacher = VitConfig { embed_dim, ..teacher.clone() };
-            assert_eq!(VimConfig::preset_for_teacher(&teacher), name);
+            assert_eq!(Preset::suited(&teacher).name(), name);
         }
-        assert_eq!(VimConfig::preset_depth("vim-nano").unwrap(), 6);
-        assert!(VimConfig::preset_depth("vim").is_err());
+        assert_eq!("vim-nano".parse::<Preset>().unwrap().depth(), 6);
+        assert!("vim".parse::<Preset>().is_err());
     }
 
     #[test]

@@ -20,7 +20,8 @@ fn help_of_all(mut command: clap::Command, name: &str) {
     command.build();
     let mut text = command.render_long_help().to_string();
     for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
-        text += &format!("\n==== {}\n\n{}", sub.get_name(), sub.render_long_help());
+        let name = sub.get_name().to_owned();
+        text += &format!("\n==== {name}\n\n{}", sub.render_long_help());
     }
     assert!(text.contains("Example"), "help shows examples");
     snapshot(&format!("{name}.txt"), &text);

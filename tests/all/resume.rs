@@ -16,7 +16,7 @@ fn undated(cache: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u
     let mut found = files(cache);
     let manifest = found.remove(Path::new("manifest.json")).expect("a sealed cache");
     let mut manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
-    for key in ["created", "digest"] {
+    for key in ["created_unix_secs", "digest"] {
         assert!(manifest.as_object_mut().expect("an object").remove(key).is_some(), "{key}");
     }
     found.insert("manifest.json".into(), manifest.to_string().into_bytes());

@@ -87,7 +87,10 @@ pub fn fail_with(mut command: Command, code: i32) -> String {
 
 /// A sealed cache of the embedded teacher on a few embedded images, at `folder/cache`.
 pub fn small_cache(folder: &Path, arguments: &[&str]) -> PathBuf {
-    let mut all = vec!["--limit", "40", "--views", "2", "--out", "cache"];
+    let mut all = vec!["--limit", "40", "--out", "cache"];
+    if !arguments.contains(&"--views") {
+        all.extend(["--views", "2"]);
+    }
     all.extend_from_slice(arguments);
     succeed(cab_extract(folder, &all));
     folder.join("cache")

@@ -22,5 +22,5 @@ fn tensor_to_bytes_to_tensor_is_the_identity_for_every_stored_dtype() {
 #[test]
 #[should_panic(expected = "bytes of a Float tensor")]
 fn wrong_length_never_reaches_libtorch() {
-    cab_train::tensor::from_bytes(&[0; 15], &[2, 2], Kind::Float);
+    let _ = cab_train::tensor::from_bytes(&[0; 15], &[2, 2], Kind::Float);
 }

@@ -126,7 +126,7 @@ pub struct TrainArgs {
     /// Weight of the bridge loss
     #[arg(long, default_value_t = 3.0, help_heading = "Objective")]
     pub bridge_weight: f64,
-    /// How that weight changes: constant, linear[:F], cosine[:F] (0 at fraction F of the run), stop:F
+    /// How that weight changes: constant, linear or linear:F, cosine or cosine:F (0 at fraction F of the run), stop:F
     #[arg(long, default_value = "constant", help_heading = "Objective")]
     pub bridge_schedule: BridgeSchedule,
     /// Kernel map on the teacher's q and k

@@ -66,19 +66,19 @@ impl Order {
 
     /// The records of epoch `epoch`, each once.
     pub fn epoch(&self, epoch: u64) -> Vec<Location> {
+        let stream = |window: u32| Stream::new(self.seed, epoch, window, random::Purpose::Order);
         let mut block_order = self.blocks.clone();
-        let mut stream = Stream::new(self.seed, epoch, 0, random::Purpose::Order);
-        shuffle(&mut block_order, &mut stream);
+        subset::permute(&mut block_order, stream(0));
         let mut records: Vec<Location> = Vec::with_capacity(self.selected.len());
-        let mut window = 0;
+        let (mut window, mut window_start) = (1, 0);
         for block in block_order {
-            if records.len() - window >= self.window_records {
-                shuffle(&mut records[window..], &mut stream);
-                window = records.len();
+            if records.len() - window_start >= self.window_records {
+                subset::permute(&mut records[window_start..], stream(window));
+                (window, window_start) = (window + 1, records.len());
             }
             records.extend_from_slice(&self.selected[block]);
         }
-        shuffle(&mut records[window..], &mut stream);
+        subset::permute(&mut records[window_start..], stream(window));
         records
     }
 }
@@ -128,11 +128,4 @@ fn block_ranges(selected: &[Location]) -> Vec<std::ops::Range<usize>> {
         }
     }
     ranges
-}
-
-/// Fisher–Yates.
-fn shuffle<T>(items: &mut [T], stream: &mut Stream) {
-    for last in (1..items.len()).rev() {
-        items.swap(last, stream.below(last as u64 + 1) as usize);
-    }
 }

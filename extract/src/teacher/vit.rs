@@ -142,9 +142,9 @@ impl Vit {
                 None,
                 false,
             );
-            x = x + linear(&attended.transpose(1, 2).reshape([batch, len, -1]), &block.proj);
+            x += linear(&attended.transpose(1, 2).reshape([batch, len, -1]), &block.proj);
             let hidden = linear(&layer_norm(&x, &block.norm2), &block.fc1).gelu("none");
-            x = x + linear(&hidden, &block.fc2);
+            x += linear(&hidden, &block.fc2);
             if captured.contains(&layer) {
                 q_all.push(q);
                 k_all.push(k);

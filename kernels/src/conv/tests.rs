@@ -192,18 +192,3 @@ fn wrong_shapes_panic() {
     inputs[2] = inputs[2].narrow(0, 0, 2);
     let _ = fast(&inputs, Direction::Forward);
 }
-#[test]
-fn debug_gaps() {
-    let inputs = inputs([3, 17, 40, 4], 30);
-    let y = fast(&inputs, Direction::Backward);
-    for which in 0..3 {
-        let mut t: Vec<Tensor> = inputs.iter().map(|t| t.shallow_clone()).collect();
-        t[which] = Tensor::stack(&[&t[which], &t[which]], -1).select(-1, 0);
-        eprintln!("{which} strides {:?} same {}", t[which].stride(), t[which].equal(&inputs[which]));
-        let z = fast(&t, Direction::Backward);
-        let o = oracle(&t, Direction::Backward);
-        eprintln!("   err fast {:e} oracle {:e}", relative_error(&z, &y), relative_error(&o, &y));
-        let c = t[which].contiguous();
-        eprintln!("   contiguous same {}", c.equal(&inputs[which]));
-    }
-}

@@ -143,7 +143,7 @@ impl ViewRecipe {
     /// The pixels `[channels, height, width]` of one view.
     ///
     /// `sample_key` is [`crate::random::sample_key`] of the sample's id. View 0 is the evaluation transform: the shorter side is resized to
-    /// `floor(size / crop_pct)` and the centre kept; an image that already has the recipe's size is not touched. Grey becomes colour by
+    /// `floor(size / crop_pct)` and the centre kept, as timm does; with `crop_pct` 1 an image of the recipe's size is not touched. Grey becomes colour by
     /// replication, colour becomes grey as in Pillow's mode `L`, before anything else.
     ///
     /// # Panics

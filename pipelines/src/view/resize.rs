@@ -28,10 +28,10 @@ struct Region {
 /// `[height, width, channels]` of the evaluation transform: shorter side to `floor(size / crop_pct)`, centre crop.
 pub(super) fn evaluation(image: &Image, size: [usize; 2], crop_pct: f64, filter: Interpolation) -> Vec<u8> {
     let source = [image.height, image.width];
-    if source == size {
-        return image.pixels.clone();
-    }
     let resized = resized_size(source, size.map(|side| (side as f64 / crop_pct).floor()));
+    if source == size && resized == size.map(|side| side as f64) {
+        return image.pixels.clone(); // nothing to resize, nothing to cut
+    }
     // Only the centre of the resized image is computed: the filter's weights depend on the geometry of the whole, which stays the same.
     let (top, height) = centre(source[0], resized[0], size[0]);
     let (left, width) = centre(source[1], resized[1], size[1]);

@@ -20,7 +20,8 @@ fn recipe(channels: usize, size: usize, augment: Augment) -> ViewRecipe {
 }
 
 #[test]
-fn view_0_of_an_image_of_the_right_size_is_the_image() {
+fn view_0_of_an_image_of_the_right_size_is_the_image_unless_it_is_cropped() {
+    let recipe = |channels, size, augment| ViewRecipe { crop_pct: 1.0, ..recipe(channels, size, augment) };
     let grey = photo(1, 28, 28);
     assert_eq!(recipe(1, 28, Augment::AFFINE).make(&grey, 5, 0), grey.pixels);
     assert_eq!(recipe(3, 28, Augment::CROP).make(&grey, 5, 0), grey.pixels.repeat(3));
@@ -30,6 +31,8 @@ fn view_0_of_an_image_of_the_right_size_is_the_image() {
         assert_eq!([planes[i], planes[784 + i], planes[1568 + i]], pixel);
     }
     assert_eq!(recipe(1, 28, Augment::CROP).make(&colour, 5, 0), colour.to_channels(1).pixels);
+    let cropped = ViewRecipe { crop_pct: 0.9, ..recipe(1, 28, Augment::AFFINE) };
+    assert_ne!(cropped.make(&grey, 5, 0), grey.pixels, "resized to 31, then cut");
 }
 
 #[test]
