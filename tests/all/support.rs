@@ -64,7 +64,8 @@ pub fn cab_train(folder: &Path, arguments: &[&str]) -> Command {
 
 fn command(name: &str, folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary(name));
-    command.current_dir(folder).args(arguments);
+    // Tests run side by side: waiting threads of one process would take the cores of another.
+    command.current_dir(folder).args(arguments).env("OMP_NUM_THREADS", "1");
     command
 }
 
