@@ -22,9 +22,9 @@ PY
 }
 
 echo "== scan: fast form against the oracle"
-cargo bench --quiet -p cab-kernels
+cargo bench --quiet -p cab-kernels --bench scan
 echo "== extraction against the bare forward"
-cargo bench --quiet -p cab-extract 2>/dev/null
+cargo bench --quiet -p cab-extract --bench extraction 2>/dev/null
 echo "== peak memory of extraction (vit-nano, exact:f16), by views a sample"
 for views in 4 16 64; do
     echo "$views views, $((600 * views)) records: $(peak "$bin/cab-extract" --views "$views" --codec exact:f16 --out "$work/cache-$views")"
@@ -33,7 +33,7 @@ echo "== peak memory of training (vim-nano, cab, 200 steps), by records in the c
 for views in 4 16 64; do
     echo "$((600 * views)) records: $(peak "$bin/cab-train" --cache "$work/cache-$views" --steps 200 --window-mb 64 --out "$work/run-$views")"
 done
-echo "== parts of a training step, milliseconds (vim-nano, batch 32, all threads), last log line"
+echo "== parts of a training step, milliseconds (vim-nano, batch 32, defaults), last log line"
 for objective in soft cab; do
     "$bin/cab-train" --cache "$work/cache-16" --objective "$objective" --steps 200 --log-every 100 --out "$work/step-$objective" >/dev/null 2>&1
     python3 - "$objective" "$work/step-$objective/metrics.jsonl" <<'PY'

@@ -28,6 +28,7 @@ pub const EXIT_STOPPED: u8 = 3;
 
 /// Runs the command line; what the binary does.
 pub fn main() -> ExitCode {
+    cab_pipelines::memory::keep_freed_memory();
     let cli = Cli::parse();
     let result = match &cli.command {
         None => extract(&cli.extract),

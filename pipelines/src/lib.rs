@@ -17,6 +17,7 @@
 //! | [`recipe`] | everything that decides a result, as plain values, and the plans they become once checked |
 //! | [`record`] | which fields a record has |
 //! | [`description`] | what a cache's manifest says of teacher, data and views |
+//! | [`memory`] | settings of the C allocator |
 //! | [`assets`] | the embedded teacher and the embedded 1 % of Fashion-MNIST |
 
 #![deny(unsafe_code)]
@@ -26,6 +27,7 @@ pub mod description;
 mod error;
 pub mod image;
 pub mod layer_map;
+pub mod memory;
 mod nearest;
 pub mod random;
 pub mod recipe;

@@ -1,5 +1,7 @@
 //! Tensor → bytes (extraction) and bytes → tensor (training) are inverse.
 
+use cab_extract::capture::capture;
+use cab_extract::teacher::Captured;
 use cab_format::Dtype;
 use tch::{Device, Kind, Tensor};
 
@@ -16,6 +18,25 @@ fn tensor_to_bytes_to_tensor_is_the_identity_for_every_stored_dtype() {
             let back = cab_train::tensor::from_bytes(&rows.concat(), &shape, cab_train::tensor::kind_of(dtype));
             assert_eq!(back, values, "{dtype:?} {shape:?}");
         }
+    }
+}
+
+#[test]
+fn captured_nan_and_infinity_are_refused_by_sample_and_layer() {
+    let run = |value: f64, dtype| {
+        let q = Tensor::zeros([3, 5, 2, 4], (Kind::Float, Device::Cpu));
+        let k = q.copy();
+        let _ = k.get(1).get(4).get(0).get(2).fill_(value);
+        let logits = Tensor::zeros([3, 7], (Kind::Float, Device::Cpu));
+        capture(&Captured { q: vec![q], k: vec![k], logits }, &[9], dtype, true, |i| format!("sample {i}"))
+    };
+    assert_eq!(run(60000.0, Dtype::F16).expect("finite").rows.len(), 3);
+    assert_eq!(run(70000.0, Dtype::F32).expect("finite in f32").rows.len(), 3);
+    for (value, dtype) in
+        [(f64::NAN, Dtype::F32), (f64::INFINITY, Dtype::F32), (f64::NEG_INFINITY, Dtype::F16), (70000.0, Dtype::F16)]
+    {
+        let error = run(value, dtype).expect_err("not finite").to_string();
+        assert!(error.contains("k of layer 9") && error.contains("sample 1"), "{value}: {error}");
     }
 }
 

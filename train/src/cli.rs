@@ -195,7 +195,7 @@ pub struct TrainArgs {
     /// Device: cpu, cuda, cuda:N [default: cuda where there is one, else cpu]
     #[arg(long, help_heading = "Run")]
     pub device: Option<String>,
-    /// Threads of arithmetic and of loading [default: all cores]
+    /// Threads of arithmetic and of loading [default: all cores; 1 for the matrix products of very small students]
     #[arg(long, help_heading = "Run")]
     pub threads: Option<usize>,
 }

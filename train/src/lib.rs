@@ -12,7 +12,6 @@ pub mod doctor;
 pub mod eval;
 pub mod load;
 pub mod loss;
-pub mod memory;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
@@ -44,7 +43,7 @@ pub const EXIT_STOPPED: u8 = 3;
 
 /// Runs the command line; what the binary does.
 pub fn main() -> ExitCode {
-    memory::keep_freed_memory();
+    cab_pipelines::memory::keep_freed_memory();
     let cli = Cli::parse();
     let result = match cli.command {
         None => train(&cli.train),

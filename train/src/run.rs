@@ -60,6 +60,9 @@ pub fn train(args: &TrainArgs, stop: &AtomicBool) -> Result<Outcome> {
         PathBuf::from(format!("runs/{}-{}-{}", recipe.student_name, recipe.objective.name(), recipe.seed))
     });
     let resumed = prepare(&out, &recipe, args.overwrite)?;
+    if args.threads.is_none() && is_small(&recipe) {
+        tch::set_num_threads(1);
+    }
 
     let store = ParamStore::new(initial_values(&recipe, teacher_dim(cache.manifest(), &description)), device);
     let trainee = Trainee::new(&recipe, &store);
@@ -159,6 +162,12 @@ pub fn train(args: &TrainArgs, stop: &AtomicBool) -> Result<Outcome> {
         evaluated = Some(optim.with_average(&store, evaluation)?);
     }
     Ok(Outcome::Done { out, metrics: evaluated })
+}
+
+/// Whether libtorch's operations are so short that waking a second thread costs more than it does (vim-nano: 1.6 x a step);
+/// the scan keeps its threads.
+fn is_small(recipe: &TrainRecipe) -> bool {
+    recipe.batch_size * recipe.student.tokens() * recipe.student.d_model < 1 << 18
 }
 
 fn adamw(recipe: &TrainRecipe) -> AdamWConfig {
@@ -275,12 +284,14 @@ fn announce(
     );
     let epochs = recipe.steps as f64 * recipe.batch_size as f64 / order.len() as f64;
     eprintln!(
-        "cab-train: {} steps of {} records ({epochs:.1} epochs of {}), peak lr {}, on {device:?}, scan {}",
+        "cab-train: {} steps of {} records ({epochs:.1} epochs of {}), peak lr {}, on {device:?}, {} threads, scan {} on {}",
         recipe.steps,
         recipe.batch_size,
         order.len(),
         recipe.lr,
-        cab_kernels::simd_level()
+        tch::get_num_threads(),
+        cab_kernels::simd_level(),
+        rayon::current_num_threads()
     );
     if recipe.objective.has_bridge() {
         eprintln!(

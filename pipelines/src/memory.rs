@@ -1,4 +1,4 @@
-//! Settings of the C allocator that libtorch's tensors come from.
+//! Settings of the C allocator, the same in both binaries.
 
 /// Makes glibc keep freed memory instead of returning it to the system.
 ///
