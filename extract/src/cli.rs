@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use cab_format::Dtype;
+use cab_pipelines::device::DeviceName;
 use cab_pipelines::recipe::{AugmentChoice, ExtractRecipe, Layers, Precision};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -102,7 +103,7 @@ pub struct ExtractArgs {
     pub precision: PrecisionArg,
     /// Device: cpu, cuda, cuda:N [default: cuda where there is one, else cpu]
     #[arg(long, help_heading = "Teacher")]
-    pub device: Option<String>,
+    pub device: Option<DeviceName>,
     /// Images a forward pass [default: as many as make 256 MB of records, 8 to 256]
     #[arg(long, help_heading = "Teacher")]
     pub batch_size: Option<usize>,

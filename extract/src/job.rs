@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use cab_pipelines::device::DeviceName;
 use cab_pipelines::recipe::{ExtractInputs, ExtractPlan, ExtractRecipe, plan_extract};
 use cab_pipelines::source::{Source, SourceSpec};
 use tch::Device;
@@ -36,7 +37,7 @@ impl Job {
     pub fn prepare(args: &ExtractArgs) -> Result<(Job, Vit)> {
         ensure!((0.0..=1.0).contains(&args.max_skipped), "--max-skipped must lie in 0..=1");
         ensure!(args.batch_size != Some(0), "--batch-size must be at least 1");
-        let device = device(args.device.as_deref())?;
+        let device = device(args.device)?;
         let recipe = args.recipe();
         let files = TeacherFiles::open(&args.teacher, args.teacher_heads)?;
         let (train, train_name) = open_source(args.data.as_deref())?;
@@ -72,23 +73,16 @@ fn open_source(path: Option<&Path>) -> Result<(Source, String)> {
 }
 
 /// The device a flag names; cuda where there is one when it names none.
-fn device(name: Option<&str>) -> Result<Device> {
-    let cuda = |index: usize| -> Result<Device> {
-        let found = tch::Cuda::device_count();
-        if (index as i64) < found {
-            return Ok(Device::Cuda(index));
-        }
-        bail!(
-            "--device cuda:{index}: libtorch sees {found} CUDA devices; use --device cpu, or a libtorch built with CUDA"
-        )
-    };
+fn device(name: Option<DeviceName>) -> Result<Device> {
+    let found = tch::Cuda::device_count();
     match name {
         None => Ok(Device::cuda_if_available()),
-        Some("cpu") => Ok(Device::Cpu),
-        Some("cuda") => cuda(0),
-        Some(other) => match other.strip_prefix("cuda:") {
-            Some(index) => cuda(index.parse().with_context(|| format!("--device {other}: `{index}` is no number"))?),
-            None => bail!("--device {other}: give cpu, cuda or cuda:N"),
-        },
+        Some(DeviceName::Cpu) => Ok(Device::Cpu),
+        Some(DeviceName::Cuda(index)) if (index as i64) < found => Ok(Device::Cuda(index)),
+        Some(DeviceName::Cuda(index)) => {
+            bail!(
+                "--device cuda:{index}: libtorch sees {found} CUDA devices; use --device cpu, or a libtorch with CUDA"
+            )
+        }
     }
 }

@@ -14,6 +14,7 @@ use cab_format::{
 };
 use cab_pipelines::random;
 use cab_pipelines::recipe::{RecordId, ShardPlan};
+use cab_pipelines::source::Source;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -413,6 +414,10 @@ fn announce(job: &Job, args: &ExtractArgs, total: u64, to_do: u64) {
         description.captured_layers,
         description.layer_map.student
     );
+    let links = job.train.ignored_links() + job.val.as_ref().map_or(0, Source::ignored_links);
+    if links > 0 {
+        eprintln!("cab-extract: warning: {links} symbolic links in the image folders were not followed");
+    }
     let rest = if to_do < total { format!(", {to_do} of {total} left from an interrupted run") } else { String::new() };
     eprintln!("cab-extract: → {} ({} before compression{rest})", args.out.display(), HumanBytes(job.plan.raw_bytes()));
 }

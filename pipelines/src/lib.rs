@@ -17,6 +17,7 @@
 //! | [`recipe`] | everything that decides a result, as plain values, and the plans they become once checked |
 //! | [`record`] | which fields a record has |
 //! | [`description`] | what a cache's manifest says of teacher, data and views |
+//! | [`device`] | the names of devices |
 //! | [`memory`] | settings of the C allocator |
 //! | [`assets`] | the embedded teacher and the embedded 1 % of Fashion-MNIST |
 
@@ -24,6 +25,7 @@
 
 pub mod assets;
 pub mod description;
+pub mod device;
 mod error;
 pub mod image;
 pub mod layer_map;

@@ -22,7 +22,7 @@ fn wrong_values_of_flags_are_bad_usage_or_named_errors() {
         (&["--student", "vim-huge"], 1, "vim-tiny"),
         (&["--teacher", "vit-x"], 1, "vit-"),
         (&["--data", "./nowhere"], 1, "nowhere"),
-        (&["--device", "tpu"], 1, "tpu"),
+        (&["--device", "tpu"], 2, "cuda:N"),
         (&["--max-skipped", "2"], 1, "--max-skipped"),
         (&["info", "--cache", "nowhere"], 1, "nowhere"),
         (&["dump", "--records", "5..5", "--to", "x"], 2, "empty"),
@@ -89,6 +89,16 @@ fn damaged_cache_is_named_by_verify_and_never_trained_on() {
     fs::remove_file(cache.join("manifest.json")).expect("removable");
     let stderr = fail_with(train("d"), 1);
     assert!(stderr.contains("cab-extract"), "{stderr}");
+}
+
+#[test]
+fn loss_that_is_not_finite_stops_with_step_term_and_last_good_checkpoint() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    small_cache(folder.path(), &[]);
+    let arguments = ["--cache", "cache", "--lr", "1e30", "--steps", "9", "--checkpoint-every", "1", "--out", "run"];
+    let stderr = fail_with(cab_train(folder.path(), &arguments), 1);
+    assert!(stderr.contains("term of the loss is") && stderr.contains("at step"), "{stderr}");
+    assert!(stderr.contains("the last good checkpoint is run/checkpoints/step-"), "{stderr}");
 }
 
 #[test]

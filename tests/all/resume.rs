@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -57,6 +57,48 @@ fn killed_extraction_resumes_to_the_same_bytes() {
     succeed(cab_extract(&killed, &EXTRACT));
     assert_eq!(undated(&whole.join("cache")), undated(&killed.join("cache")));
     succeed(cab_extract(&killed, &["verify", "cache"]));
+}
+
+/// Starts `command`, sends it `signal` once `started` exists, and returns its exit code.
+fn interrupt(mut command: Command, started: &Path, signal: &str) -> Option<i32> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");
+    for _ in 0..2000 {
+        if started.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success(), "the process ended before it could be interrupted");
+    child.wait().expect("a child ends").code()
+}
+
+#[test]
+fn interrupted_extraction_ends_with_3_and_continues() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    // 9,600 records in shards of 1 MB: some seconds of work.
+    let arguments = ["--views", "16", "--shard-mb", "1", "--out", "cache"];
+    let started = folder.path().join("cache/shards/00000.arrow");
+    let code = interrupt(cab_extract(folder.path(), &arguments), &started, "-INT");
+    assert_eq!(code, Some(3));
+    assert!(!folder.path().join("cache/manifest.json").exists());
+    let output = succeed(cab_extract(folder.path(), &arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("left from an interrupted run"));
+    succeed(cab_extract(folder.path(), &["verify", "cache"]));
+}
+
+#[test]
+fn interrupted_training_writes_a_checkpoint_ends_with_3_and_continues() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    small_cache(folder.path(), &[]);
+    let arguments =
+        ["--cache", "cache", "--steps", "60", "--checkpoint-every", "50", "--eval-every", "60", "--out", "run"];
+    let started = folder.path().join("run/metrics.jsonl");
+    let code = interrupt(cab_train(folder.path(), &arguments), &started, "-TERM");
+    assert_eq!(code, Some(3));
+    assert_eq!(cab_train::checkpoint::list(&folder.path().join("run")).expect("a run").len(), 1);
+    let output = succeed(cab_train(folder.path(), &arguments));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("continuing at step"));
 }
 
 #[test]

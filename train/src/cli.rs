@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cab_format::Manifest;
 use cab_pipelines::description::Description;
+use cab_pipelines::device::DeviceName;
 use cab_pipelines::layer_map;
 use cab_pipelines::recipe::{ALogStart, BridgeSchedule, Kernel, Objective, TrainRecipe};
 use cab_pipelines::student::VimConfig;
@@ -194,7 +195,7 @@ pub struct TrainArgs {
     pub overwrite: bool,
     /// Device: cpu, cuda, cuda:N [default: cuda where there is one, else cpu]
     #[arg(long, help_heading = "Run")]
-    pub device: Option<String>,
+    pub device: Option<DeviceName>,
     /// Threads of arithmetic and of loading [default: all cores; 1 for the matrix products of very small students]
     #[arg(long, help_heading = "Run")]
     pub threads: Option<usize>,
@@ -217,7 +218,7 @@ pub struct EvalArgs {
     pub batch_size: usize,
     /// Device: cpu, cuda, cuda:N [default: cuda where there is one, else cpu]
     #[arg(long)]
-    pub device: Option<String>,
+    pub device: Option<DeviceName>,
     /// Threads of arithmetic [default: all cores]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -333,24 +334,17 @@ fn classes(description: &Description, objective: Objective) -> usize {
 /// The device a flag names; cuda where there is one when it names none.
 ///
 /// # Errors
-/// When the name is unknown or libtorch has no such device.
-pub fn device(name: Option<&str>) -> Result<Device> {
-    let cuda = |index: usize| -> Result<Device> {
-        let found = tch::Cuda::device_count();
-        if (index as i64) < found {
-            return Ok(Device::Cuda(index));
-        }
-        bail!(
-            "--device cuda:{index}: libtorch sees {found} CUDA devices; use --device cpu, or a libtorch built with CUDA"
-        )
-    };
+/// When libtorch has no such device.
+pub fn device(name: Option<DeviceName>) -> Result<Device> {
+    let found = tch::Cuda::device_count();
     match name {
         None => Ok(Device::cuda_if_available()),
-        Some("cpu") => Ok(Device::Cpu),
-        Some("cuda") => cuda(0),
-        Some(other) => match other.strip_prefix("cuda:") {
-            Some(index) => cuda(index.parse().with_context(|| format!("--device {other}: `{index}` is no number"))?),
-            None => bail!("--device {other}: give cpu, cuda or cuda:N"),
-        },
+        Some(DeviceName::Cpu) => Ok(Device::Cpu),
+        Some(DeviceName::Cuda(index)) if (index as i64) < found => Ok(Device::Cuda(index)),
+        Some(DeviceName::Cuda(index)) => {
+            bail!(
+                "--device cuda:{index}: libtorch sees {found} CUDA devices; use --device cpu, or a libtorch with CUDA"
+            )
+        }
     }
 }

@@ -84,7 +84,7 @@ fn train(args: &TrainArgs) -> Result<ExitCode> {
 fn evaluate(args: &EvalArgs) -> Result<ExitCode> {
     set_threads(args.threads)?;
     ensure!(args.batch_size >= 1, "--batch-size must be at least 1");
-    let device = cli::device(args.device.as_deref())?;
+    let device = cli::device(args.device)?;
     let cache = Arc::new(Cache::open(&args.cache)?);
     let description = Description::from_map(&cache.manifest().about)?;
     let checkpoint = checkpoint::find(&args.checkpoint)?;

@@ -52,7 +52,7 @@ pub enum Outcome {
 /// # Errors
 /// When the cache cannot be read, a setting does not suit it, a file cannot be written, or a loss is not finite.
 pub fn train(args: &TrainArgs, stop: &AtomicBool) -> Result<Outcome> {
-    let device = device(args.device.as_deref())?;
+    let device = device(args.device)?;
     let cache = Arc::new(Cache::open(&args.cache)?);
     let description = Description::from_map(&cache.manifest().about)?;
     let recipe = args.recipe(cache.manifest(), &description)?;
