@@ -69,7 +69,7 @@ impl Reference {
                 stride: self.number("patch_size"),
                 height: size,
                 width: size,
-                channels: 3,
+                channels: self.get("input").size()[1] as usize,
                 classes: self.number("num_classes"),
             },
             objective: Objective::Cab,
@@ -136,7 +136,7 @@ impl Reference {
             &format!("{} teacher logits", self.name),
         );
         fields.insert(record::LOGITS.to_owned(), captured.logits);
-        let labels = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
+        let labels = Tensor::zeros([self.get("input").size()[0]], (Kind::Int64, Device::Cpu));
         Batch { input: self.get("input").shallow_clone(), labels, fields }
     }
 }

@@ -246,7 +246,7 @@ fn advice(last_good: Option<&Path>) -> String {
     }
 }
 
-fn state_at(step: u64, order: &Order, recipe: &TrainRecipe, meter: &Meter) -> State {
+fn state_at(step: u64, order: &Order<'_>, recipe: &TrainRecipe, meter: &Meter) -> State {
     let records = step * recipe.batch_size as u64;
     State {
         step,
@@ -265,7 +265,7 @@ fn announce(
     cache: &Path,
     out: &Path,
     recipe: &TrainRecipe,
-    order: &Order,
+    order: &Order<'_>,
     store: &ParamStore,
     device: Device,
     start: u64,
