@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use cab_format::{
-    Cache, CacheWriter, EncodedBlock, Manifest, OnExisting, RecordRow, RowMeta, ShardWriter, SkippedRow, Split,
-    encode_block,
+    CacheWriter, EncodedBlock, Manifest, OnExisting, RecordRow, RowMeta, ShardWriter, SkippedRow, Split, encode_block,
 };
 use cab_pipelines::random;
 use cab_pipelines::recipe::{RecordId, ShardPlan};
@@ -109,13 +108,11 @@ struct ShardNotes {
 pub fn extract(args: &ExtractArgs, stop: &AtomicBool) -> Result<Outcome> {
     let (job, teacher) = Job::prepare(args)?;
     let plan = &job.plan;
-    if let (false, Ok(cache)) = (args.overwrite, Cache::open(&args.out))
-        && cache.manifest().plan_digest == plan.digest
-    {
-        return Ok(Outcome::AlreadySealed);
-    }
     let existing = if args.overwrite { OnExisting::Overwrite } else { OnExisting::Resume };
-    let writer = CacheWriter::open(&args.out, &plan.digest, &plan.fields, existing)?;
+    let writer = match CacheWriter::open(&args.out, &plan.digest, &plan.fields, existing) {
+        Err(cab_format::Error::AlreadySealed { .. }) => return Ok(Outcome::AlreadySealed),
+        opened => opened?,
+    };
     let pending: Vec<&ShardPlan> = plan.shards.iter().filter(|shard| writer.finished(shard.index).is_none()).collect();
     let total: u64 = plan.shards.iter().map(|shard| shard.records).sum();
     let to_do: u64 = pending.iter().map(|shard| shard.records).sum();

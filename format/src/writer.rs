@@ -74,10 +74,20 @@ impl CacheWriter {
     ) -> Result<CacheWriter> {
         let dir = dir.as_ref();
         check_fields(fields)?;
-        partial::judge(dir, plan_digest, fields, existing)?;
+        match partial::judge(dir, plan_digest, fields, existing) {
+            // Nothing to tidy up, so nothing to lock.
+            Err(error @ Error::AlreadySealed { .. }) if !dir.join(PARTIAL).exists() => return Err(error),
+            Err(Error::AlreadySealed { .. }) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
         let lock = partial::lock(dir)?;
         // Another writer may have finished between the first look and the lock.
-        partial::judge(dir, plan_digest, fields, existing)?;
+        let judged = partial::judge(dir, plan_digest, fields, existing);
+        if matches!(judged, Err(Error::AlreadySealed { .. })) {
+            // A writer that died between sealing and tidying up left this; a read-only cache keeps it.
+            let _ = fs::remove_dir_all(dir.join(PARTIAL));
+        }
+        judged?;
         if let Some(parent) = dir.canonicalize().at("look at", dir)?.parent() {
             // A parent that may not be opened still holds the directory; it is only not durable yet.
             let _ = sync_dir(parent);

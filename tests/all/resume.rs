@@ -59,6 +59,18 @@ fn killed_extraction_resumes_to_the_same_bytes() {
     succeed(cab_extract(&killed, &["verify", "cache"]));
 }
 
+#[test]
+fn extraction_killed_after_sealing_is_tidied_up_by_the_next() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let cache = small_cache(folder.path(), &[]);
+    let whole = files(&cache);
+    fs::create_dir(cache.join(".partial")).expect("writable");
+    fs::write(cache.join(".partial/00000.json"), "{}").expect("writable");
+    let output = succeed(cab_extract(folder.path(), &["--limit", "40", "--views", "2", "--out", "cache"]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("holds this cache already"));
+    assert_eq!(files(&cache), whole);
+}
+
 /// Starts `command`, sends it `signal` once `started` exists, and returns its exit code.
 fn interrupt(mut command: Command, started: &Path, signal: &str) -> Option<i32> {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");

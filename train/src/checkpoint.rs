@@ -61,10 +61,6 @@ pub fn write(run_dir: &Path, mut state: State, store: &ParamStore, optim: &AdamW
             fs::remove_dir_all(&aside)?;
         }
         fs::create_dir_all(&aside)?;
-        let metadata = HashMap::from([
-            ("format".to_owned(), "pt".to_owned()),
-            ("config".to_owned(), serde_json::to_string(&state.recipe.student)?),
-        ]);
         let mut parts = vec![(STUDENT, store.values("student."))];
         let bridge = store.values("bridge.");
         if !bridge.is_empty() {
@@ -75,7 +71,7 @@ pub fn write(run_dir: &Path, mut state: State, store: &ParamStore, optim: &AdamW
         }
         parts.push((OPTIM, optim.state()));
         for (name, tensors) in parts {
-            let bytes = encode(&tensors, &metadata)?;
+            let bytes = encode(&tensors)?;
             state.files.insert(name.to_owned(), blake3::hash(&bytes).to_hex().to_string());
             write_synced(&aside.join(name), &bytes)?;
         }
@@ -199,7 +195,9 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<(String, Tensor)>> {
         .collect()
 }
 
-fn encode(tensors: &[(String, Tensor)], metadata: &HashMap<String, String>) -> Result<Vec<u8>> {
+fn encode(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    // One key: the map's order is random, and equal checkpoints are equal files.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let stored: Vec<(&str, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, value)| {
@@ -211,7 +209,7 @@ fn encode(tensors: &[(String, Tensor)], metadata: &HashMap<String, String>) -> R
         .iter()
         .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>>>()?;
-    Ok(safetensors::serialize(views, Some(metadata.clone()))?)
+    Ok(safetensors::serialize(views, Some(metadata))?)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
