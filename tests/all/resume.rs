@@ -147,10 +147,10 @@ fn stopped_training_resumes_to_the_same_bits() {
         .collect::<Vec<_>>()
     };
     succeed(cab_train(folder.path(), &arguments("whole")));
-    for (stop, code) in [("5", 3), ("10", 3)] {
+    for stop in ["5", "10", "10"] {
         let mut stopped = arguments("parts");
         stopped.extend(["--stop-at", stop]);
-        let stderr = fail_with(cab_train(folder.path(), &stopped), code);
+        let stderr = fail_with(cab_train(folder.path(), &stopped), 3);
         assert!(stderr.contains(&format!("stopped at step {stop}")), "{stderr}");
     }
     succeed(cab_train(folder.path(), &arguments("parts")));

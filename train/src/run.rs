@@ -150,12 +150,14 @@ pub fn train(args: &TrainArgs, stop: &AtomicBool) -> Result<Outcome> {
             let state = state_at(step, &order, &recipe, &meter);
             last_good = Some(checkpoint::write(&out, state, &store, &optim, args.keep)?);
         }
-        if stopping && step < recipe.steps {
-            progress.abandon();
-            return Ok(Outcome::Stopped { out, step });
+        if stopping {
+            break;
         }
     }
     progress.finish_and_clear();
+    if step < recipe.steps {
+        return Ok(Outcome::Stopped { out, step });
+    }
     if evaluated.is_none() && can_evaluate {
         let batch_size = recipe.batch_size.max(128);
         let evaluation = || eval::evaluate(&trainee.model, &cache, &description, batch_size, device);
